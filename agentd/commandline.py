@@ -27,6 +27,9 @@ class CommandLine(ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        about, ignored, _ = message.partition(": ignored explicit argument")
+        if ignored:
+            message = f"{about} takes no value"
         raise UsageError(f"cannot understand the command line: {message} (see {self.prog} -h)")
 
     def parse(self, arguments: Sequence[str], hint: str = "") -> Namespace:
