@@ -270,7 +270,14 @@ def _warnings(auth: AuthSettings, environ: Mapping[str, str]) -> list[str]:
         warnings.append("ignoring unknown variables: " + ", ".join(unknown))
     if auth.mode == "none" and (auth.keys or auth.jwks_url):
         warnings.append("ignoring the keys that are set: auth is none, everyone is let in")
-    loopback = ("http://127.0.0.1", "http://localhost", "http://[::1]", "https:")
-    if auth.jwks_url is not None and not auth.jwks_url.lower().startswith(loopback):
+    if auth.jwks_url is not None and not _is_private(auth.jwks_url):
         warnings.append("jwt-jwks-url is not https: who can change its answer can mint tokens")
     return warnings
+
+
+def _is_private(url: str) -> bool:
+    """Whether nobody on the way to ``url`` can change what it answers."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("127.0.0.1", "localhost", "::1")

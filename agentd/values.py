@@ -20,7 +20,7 @@ LONGEST = 1_000_000_000  # seconds; more than 31 years, and exact in a float
 
 # RFC 6454 section 6.2: scheme, host, optional port, and nothing after them.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?")
-_KEYS_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s#]*)?(\?[^\s#]*)?", re.IGNORECASE)
+_KEYS_URL = re.compile(r"https?://[^\s/?#]+(/[^\s#]*)?(\?[^\s#]*)?", re.IGNORECASE)
 
 
 class Kind(NamedTuple):
@@ -107,7 +107,7 @@ def _origin(text: str) -> str:
 
 def _keys_url(text: str) -> str:
     if not _KEYS_URL.fullmatch(text):
-        raise ValueError("must be an https:// or http:// URL without a user name or fragment")
+        raise ValueError("must be an https:// or http:// URL")
     return text
 
 
