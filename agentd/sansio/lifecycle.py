@@ -50,7 +50,7 @@ DISPLACED: Final = 4009
 BAD_RECORD: Final = 4400
 
 
-class InvalidTransition(AgentdError):  # noqa: N818  # the field's term, as in h11 and trio
+class InvalidTransition(AgentdError):
     """An event came to a run in a state that has no place for it: a fault of agentd's own."""
 
 
