@@ -1,4 +1,4 @@
-"""What every tier of the suite shares: the verbs in ``tests/testing`` are importable as ``testing``."""
+"""What every tier shares: the verbs in ``tests/testing`` are importable as ``testing``."""
 
 import os
 import sys

@@ -1,0 +1,284 @@
+"""The one nursery tree: what is started, in which order, and in which order it ends.
+
+    reaper, context expiry ......... for the daemon's whole life
+    listeners, connections ......... answer "starting" at once, runs once it is ready
+    inbox .......................... until SIGTERM
+    runs ........................... each until its end; a run is no part of a connection
+
+SIGTERM (or SIGINT): not ready, nothing new, every run is stopped, each client is told, exit 0; a
+second one skips the grace. SIGHUP reads the keys again.
+"""
+
+import logging
+import os
+import resource
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+
+import trio
+
+from agentd import AgentdError, build, linux, listeners, probe
+from agentd.address import Address
+from agentd.inbox import Inbox
+from agentd.keys import KeyRing
+from agentd.metrics import Metrics
+from agentd.notify import Notifier, passed_sockets
+from agentd.process import Children
+from agentd.run import Identity, Recipe, Run
+from agentd.runs import Runs
+from agentd.sansio.admission import Gate
+from agentd.sansio.context import parse_context
+from agentd.sansio.lifecycle import Phase
+from agentd.sansio.tokens import TokenPolicy
+from agentd.sansio.used import UsedTokens
+from agentd.server import Endpoint, Status, accept_connections
+from agentd.settings import AuthSettings, ServeSettings
+from agentd.spawn import find_user
+
+logger = logging.getLogger("agentd.daemon")
+
+EX_UNAVAILABLE = 69
+EX_TEMPFAIL = 75
+EX_CONFIG = 78
+
+_LAST_WORDS = 0.9
+"""Seconds beyond the grace in which a stopping daemon still tells its clients; then it exits."""
+
+
+class _EarlySignals:
+    """SIGTERM and SIGINT from the first moment on: one that comes before Trio listens is kept.
+
+    A process that is PID 1 would lose it, any other would die without a word. The handlers stay
+    beneath Trio's, so that a signal which Trio delivers late is harmless too.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        del number, frame
+        self.came = True
+
+
+def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
+    """Run the daemon until a signal ends it.
+
+    Args:
+        settings: checked; see :mod:`agentd.settings`.
+        environ: the daemon's environment, of which a child gets a part.
+
+    Returns:
+        The exit status of ``agentd serve`` (CONTRACT section 1).
+    """
+    early = _EarlySignals()
+    _guard_memory()
+    try:
+        keys = _load_keys(settings.auth)
+        user = find_user(settings.child.user) if settings.child.user else None
+        passed = passed_sockets(environ, os.getpid())
+        sockets = _listen(settings, passed)
+    except listeners.CannotListen as error:
+        if error.in_use and probe.is_agentd(error.address.reachable()):
+            return _already_running(settings, error.address)
+        print(f"agentd: {error}", file=sys.stderr)
+        return EX_UNAVAILABLE
+    except AgentdError as error:
+        print(f"agentd: {error}", file=sys.stderr)
+        return EX_CONFIG
+    recipe = Recipe(
+        child=settings.child,
+        stream=settings.stream,
+        user=user,
+        environ=environ,
+        identity=Identity(
+            boot=secrets.token_hex(8),
+            build=build.build_id(),
+            image=environ.get("AGENTD_BUILD") or None,
+        ),
+    )
+    daemon = _Daemon(settings, recipe, keys, Notifier(environ), passed=bool(passed))
+    try:
+        trio.run(daemon.main, sockets, early)
+    finally:
+        if not passed:
+            for address in settings.listen.addresses:
+                listeners.unlink(address)
+    return 0
+
+
+def _guard_memory() -> None:
+    """Let no core file and no other process of this user see the daemon's memory (prctl(2))."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    try:
+        linux.set_dumpable(False)
+    except OSError as error:
+        logger.warning("cannot guard the daemon's memory: %s", error.strerror)
+
+
+def _load_keys(auth: AuthSettings) -> KeyRing | None:
+    if auth.mode == "none":
+        return None
+    policy = TokenPolicy(
+        audience=auth.audience, issuer=auth.issuer, leeway=auth.leeway, max_ttl=auth.max_ttl
+    )
+    keys = KeyRing(auth.keys, algorithm=auth.algorithm, jwks_url=auth.jwks_url, policy=policy)
+    keys.load()
+    return keys
+
+
+def _listen(settings: ServeSettings, passed: list[int]) -> list[trio.SocketListener]:
+    if passed:
+        return listeners.adopt(passed)
+    return [listeners.bind(address) for address in settings.listen.addresses]
+
+
+def _already_running(settings: ServeSettings, address: Address) -> int:
+    fail = settings.listen.if_running == "fail"
+    print(f"agentd: a healthy agentd serves {address} already", file=sys.stderr)
+    return EX_TEMPFAIL if fail else 0
+
+
+class _Daemon:
+    """What lives as long as the daemon does."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        recipe: Recipe,
+        keys: KeyRing | None,
+        notifier: Notifier,
+        *,
+        passed: bool,
+    ) -> None:
+        self._settings = settings
+        self._recipe = recipe
+        self._keys = keys
+        self._notifier = notifier
+        self._passed = passed
+        self._metrics = Metrics()
+        self._children = Children()
+        self._status = Status(recipe.identity.build, recipe.identity.image)
+        self._runs = Runs(
+            self._make_run,
+            max_runs=settings.listen.max_runs,
+            context_wait=settings.context.wait,
+            context_ttl=settings.context.ttl,
+            metrics=self._metrics,
+        )
+
+    def _make_run(self, run_id: str) -> Run:
+        return Run(run_id, children=self._children, recipe=self._recipe, metrics=self._metrics)
+
+    async def main(self, sockets: list[trio.SocketListener], early: _EarlySignals) -> None:
+        """Serve until a signal, then end everything in order."""
+        receiver = trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        async with trio.open_nursery() as lasting:
+            with receiver as signals:
+                await lasting.start(self._children.reap_orphans)
+                lasting.start_soon(self._runs.expire)
+                lasting.start_soon(self._feed_watchdog)
+                async with trio.open_nursery() as run_nursery, trio.open_nursery() as connections:
+                    endpoint = self._endpoint(run_nursery)
+                    accepting = trio.CancelScope()
+                    lasting.start_soon(self._accept, sockets, endpoint, connections, accepting)
+                    inbox = await lasting.start(self._watch)
+                    self._say_ready(sockets)
+                    if not early.came:
+                        await self._wait_stop(signals)
+                    inbox.cancel()
+                    if self._passed:
+                        # They outlive this daemon: what connects now waits for the next one.
+                        accepting.cancel()
+                    await self._stop(signals, endpoint)
+                    run_nursery.cancel_scope.cancel()
+                    connections.cancel_scope.cancel()
+                lasting.cancel_scope.cancel()
+
+    def _endpoint(self, run_nursery: trio.Nursery) -> Endpoint:
+        settings = self._settings
+        return Endpoint(
+            gate=Gate(auth=settings.auth.mode, origins=frozenset(settings.auth.origins)),
+            keys=self._keys,
+            used=UsedTokens(leeway=settings.auth.leeway),
+            runs=self._runs,
+            run_nursery=run_nursery,
+            metrics=self._metrics,
+            status=self._status,
+            max_runs=settings.listen.max_runs,
+            write_timeout=settings.stream.write_timeout,
+            ping=settings.stream.ping,
+            client_stdin=settings.child.stdin == "client",
+        )
+
+    async def _accept(
+        self,
+        sockets: list[trio.SocketListener],
+        endpoint: Endpoint,
+        connections: trio.Nursery,
+        accepting: trio.CancelScope,
+    ) -> None:
+        with accepting:
+            async with trio.open_nursery() as nursery:
+                for listener in sockets:
+                    nursery.start_soon(accept_connections, listener, endpoint.handle, connections)
+
+    async def _watch(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+        context = self._settings.context
+        limit = self._settings.child.timeout
+        inbox = Inbox(
+            context.path,
+            parse=partial(parse_context, allow=frozenset(context.allow), max_timeout=limit),
+            deliver=self._runs.add,
+            room=self._runs.room,
+            wait_room=self._runs.wait_room,
+            count=self._metrics.context,
+        )
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(inbox.run)
+                task_status.started(scope)
+
+    def _say_ready(self, sockets: list[trio.SocketListener]) -> None:
+        self._status.phase = Phase.SERVING
+        where = ", ".join(str(socket.socket.getsockname()) for socket in sockets)
+        logger.info("ready on %s", where)
+        self._notifier.ready()
+
+    async def _wait_stop(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                return
+            if self._keys is not None:
+                self._notifier.reloading()
+                self._keys.reload()
+                self._notifier.ready()
+
+    async def _stop(self, signals: AsyncIterator[int], endpoint: Endpoint) -> None:
+        self._status.phase = Phase.DRAINING
+        logger.info("stopping")
+        self._notifier.stopping()
+        endpoint.linger = min(endpoint.linger, 0.5)
+        with trio.move_on_after(self._settings.child.grace + _LAST_WORDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hurry_when_told, signals)
+                self._runs.drain()
+                await self._runs.wait_none_live()
+                await endpoint.wait_no_client()
+                nursery.cancel_scope.cancel()
+
+    async def _hurry_when_told(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                self._runs.hurry()
+
+    async def _feed_watchdog(self) -> None:
+        interval = self._notifier.watchdog_interval
+        while interval is not None:
+            self._notifier.watchdog()
+            await trio.sleep(interval)
