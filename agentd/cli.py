@@ -175,7 +175,9 @@ def _stream(arguments: Sequence[str]) -> int:
     given = parser.parse(arguments)
     from agentd.stream import stream_command
 
-    return stream_command(given.url, given.token, given.token_file, given.json)
+    return stream_command(
+        given.url, token=given.token, token_file=given.token_file, json_output=given.json
+    )
 
 
 def _token(arguments: Sequence[str]) -> int:

@@ -257,7 +257,7 @@ def _check_auth(auth: AuthSettings, values: Mapping[str, Value]) -> None:
         except OSError as error:
             trouble = error.strerror
         else:
-            if os.access(path, os.R_OK):
+            if os.access(path, os.R_OK, effective_ids=True):
                 continue
             trouble = "Permission denied"
         raise ConfigError(f"cannot read {keys} {path}: {trouble}")

@@ -94,7 +94,7 @@ def _words(text: str) -> str:
 
 
 def _variable(text: str) -> str:
-    if not text or "=" in text or "\0" in text or any(character.isspace() for character in text):
+    if not text or any(character in "=,\0" or character.isspace() for character in text):
         raise ValueError("must hold names of environment variables")
     return text
 
