@@ -103,8 +103,11 @@ def _health(arguments: Sequence[str]) -> int:
 
 
 def _submit(arguments: Sequence[str]) -> int:
+    import json
+
     from agentd.commandline import CommandLine
     from agentd.options import OPTIONS
+    from agentd.sansio.context import parse_context
     from agentd.sources import resolve
     from agentd.submit import submit
 
@@ -129,6 +132,8 @@ def _submit(arguments: Sequence[str]) -> int:
     context: dict[str, object] = {"prompt": _prompt(given.prompt), "env": _variables(given.env)}
     if given.id is not None:
         context["id"] = given.id
+    # The daemon would refuse it too, but could not tell who wrote it.
+    parse_context(json.dumps(context, ensure_ascii=False).encode(errors="surrogatepass"))
     _say(submit(str(path), context))
     return 0
 
