@@ -260,7 +260,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "serve": Command(_serve, "the daemon"),
+    "serve": Command(_serve, "the daemon", 78),  # EX_CONFIG, sysexits.h
     "health": Command(_health, "one probe, for HEALTHCHECK and exec probes"),
     "submit": Command(_submit, "write a context file the right way"),
     "stream": Command(_stream, "a client: a run's output here, its exit status as ours", 125),

@@ -14,7 +14,6 @@ import os
 import resource
 import secrets
 import signal
-import sys
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
@@ -40,12 +39,20 @@ from agentd.spawn import find_user
 
 logger = logging.getLogger("agentd.daemon")
 
-EX_UNAVAILABLE = 69
-EX_TEMPFAIL = 75
-EX_CONFIG = 78
-
 _LAST_WORDS = 0.9
 """Seconds beyond the grace in which a stopping daemon still tells its clients; then it exits."""
+
+
+class AlreadyRunning(AgentdError):
+    """A healthy agentd of the same protocol serves the address.
+
+    Attributes:
+        exit_status: 0, or 75 with ``--if-running fail`` (sysexits.h, EX_TEMPFAIL).
+    """
+
+    def __init__(self, address: Address, if_running: str) -> None:
+        super().__init__(f"a healthy agentd serves {address} already")
+        self.exit_status = 75 if if_running == "fail" else 0
 
 
 class _EarlySignals:
@@ -73,23 +80,18 @@ def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
         environ: the daemon's environment, of which a child gets a part.
 
     Returns:
-        The exit status of ``agentd serve`` (CONTRACT section 1).
+        0: it was told to stop, and did.
+
+    Raises:
+        AgentdError: it cannot serve. The error's ``exit_status`` is the command's, else it is the
+            one for a bad configuration (CONTRACT section 1).
     """
     early = _EarlySignals()
     _guard_memory()
-    try:
-        keys = _load_keys(settings.auth)
-        user = find_user(settings.child.user) if settings.child.user else None
-        passed = passed_sockets(environ, os.getpid())
-        sockets = _listen(settings, passed)
-    except listeners.CannotListen as error:
-        if error.in_use and probe.is_agentd(error.address.reachable()):
-            return _already_running(settings, error.address)
-        print(f"agentd: {error}", file=sys.stderr)
-        return EX_UNAVAILABLE
-    except AgentdError as error:
-        print(f"agentd: {error}", file=sys.stderr)
-        return EX_CONFIG
+    keys = _load_keys(settings.auth)
+    user = find_user(settings.child.user) if settings.child.user else None
+    passed = passed_sockets(environ, os.getpid())
+    sockets = _listen(settings, passed)
     recipe = Recipe(
         child=settings.child,
         stream=settings.stream,
@@ -135,13 +137,13 @@ def _load_keys(auth: AuthSettings) -> KeyRing | None:
 def _listen(settings: ServeSettings, passed: list[int]) -> list[trio.SocketListener]:
     if passed:
         return listeners.adopt(passed)
-    return [listeners.bind(address) for address in settings.listen.addresses]
-
-
-def _already_running(settings: ServeSettings, address: Address) -> int:
-    fail = settings.listen.if_running == "fail"
-    print(f"agentd: a healthy agentd serves {address} already", file=sys.stderr)
-    return EX_TEMPFAIL if fail else 0
+    try:
+        return [listeners.bind(address) for address in settings.listen.addresses]
+    except listeners.CannotListen as error:
+        if not error.in_use or not probe.is_agentd(error.address.reachable()):
+            raise
+        taken = error.address
+    raise AlreadyRunning(taken, settings.listen.if_running)
 
 
 class _Daemon:
@@ -246,8 +248,8 @@ class _Daemon:
 
     def _say_ready(self, sockets: list[trio.SocketListener]) -> None:
         self._status.phase = Phase.SERVING
-        where = ", ".join(str(socket.socket.getsockname()) for socket in sockets)
-        logger.info("ready on %s", where)
+        where = [str(listeners.address_of(each)) for each in sockets]
+        logger.info("ready on %s", ", ".join(where))
         self._notifier.ready()
 
     async def _wait_stop(self, signals: AsyncIterator[int]) -> None:

@@ -25,7 +25,10 @@ class CannotListen(AgentdError):
     Attributes:
         address: the one at fault.
         in_use: whether somebody else serves there.
+        exit_status: of ``agentd serve`` (sysexits.h, EX_UNAVAILABLE).
     """
+
+    exit_status = 69
 
     def __init__(self, address: Address, error: OSError) -> None:
         super().__init__(f"cannot listen on {address}: {error.strerror}")
@@ -111,6 +114,14 @@ def _remove_dead_socket(path: str) -> None:
             knock.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+
+
+def address_of(listener: trio.SocketListener) -> Address:
+    """Return where a listener listens: the port it got where it asked for any."""
+    name = listener.socket.getsockname()
+    if listener.socket.family == socket.AF_UNIX:
+        return Address(path=os.fsdecode(name))
+    return Address(host=name[0], port=name[1])
 
 
 def unlink(address: Address) -> None:

@@ -58,10 +58,10 @@ class _Seeker:
         self.refusal: NoRun | None = None
 
     def give(self, answer: Run | NoRun) -> None:
-        if isinstance(answer, Run):
-            self.run = answer
-        else:
+        if isinstance(answer, NoRun):
             self.refusal = answer
+        else:
+            self.run = answer
         self.answered.set()
 
 
@@ -218,9 +218,9 @@ class Runs:
         del self.live[run.id]
         if not self._draining:
             self._place(waiting)
-            # Still the oldest: it was given out before those that wait.
-            by_age = sorted(self._waiting.items(), key=lambda item: item[1].expires)
-            self._waiting = dict(by_age)
+            if run.id in self._waiting:
+                # Still the oldest: it was given out before those that wait.
+                self._waiting = {run.id: waiting} | self._waiting
         self._notify()
 
     async def supervise(self, run: Run, sink: Sink, *, records: bool) -> None:

@@ -10,7 +10,7 @@ import os
 from argparse import BooleanOptionalAction
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from agentd.address import Address
 from agentd.commandline import CommandLine
@@ -82,7 +82,7 @@ class ChildSettings:
 
     command: tuple[str, ...]
     stdin: str
-    stderr: str
+    stderr: Literal["send", "merge", "log", "drop"]
     pty: bool
     user: str | None
     cwd: str
@@ -94,12 +94,12 @@ class ChildSettings:
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """``max_line`` in bytes; the rest in seconds: None for off, ``math.inf`` for never."""
+    """``max_line`` in bytes; the rest in seconds, ``math.inf`` for never."""
 
     max_line: int
-    flush_partial: float | None
+    flush_partial: float
     skip_empty_lines: bool
-    invalid_utf8: str
+    invalid_utf8: Literal["replace", "binary"]
     write_timeout: float
     ping: float
 
@@ -108,7 +108,7 @@ class StreamSettings:
 class AuthSettings:
     """``mode`` "jwt" has a key file or ``jwks_url``; ``leeway`` and ``max_ttl`` in seconds."""
 
-    mode: str
+    mode: Literal["jwt", "none"]
     keys: tuple[str, ...]
     algorithm: str | None
     jwks_url: str | None
