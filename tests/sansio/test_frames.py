@@ -104,7 +104,7 @@ def test_raw_frames_are_those_of_the_naive_encoder(
     assert messages(encoded(encoder, given_reads, cap)) == expected
 
 
-@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\n\r")), min_size=1))
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\n\r")), min_size=1))
 def test_raw_text_lines_arrive_as_they_are(lines: list[str]) -> None:
     """Lines of text, ended either way, are the messages a client gets, without their ends."""
     for end in ("\n", "\r\n"):
