@@ -127,12 +127,15 @@ class Runs:
         self._place(_Waiting(run_id, context, trio.current_time() + self._context_ttl))
 
     def _place(self, waiting: _Waiting) -> None:
-        for seeker in self._seekers:
-            if seeker.wanted in (None, waiting.run_id) and not seeker.answered.is_set():
-                if not self.full:
-                    seeker.give(self._begin(waiting))
-                    return
-                seeker.give(_full())
+        unanswered = [seeker for seeker in self._seekers if not seeker.answered.is_set()]
+        # Who asked for this very run comes before who would take any.
+        for wanted in (waiting.run_id, None):
+            for seeker in unanswered:
+                if seeker.wanted == wanted:
+                    if not self.full:
+                        seeker.give(self._begin(waiting))
+                        return
+                    seeker.give(_full())
         self._waiting[waiting.run_id] = waiting
         self._added.set()
 

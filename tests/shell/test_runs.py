@@ -94,11 +94,9 @@ async def test_a_client_waits_for_its_context(autojump_clock: object) -> None:
         got[name] = (await runs.claim(wanted)).id
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(client, "first", None)
-        await trio.sleep(0.1)
-        nursery.start_soon(client, "named", "x")
-        nursery.start_soon(client, "second", None)
-        await trio.sleep(1)
+        for name, wanted in (("first", None), ("second", None), ("named", "x")):
+            nursery.start_soon(client, name, wanted)
+            await trio.sleep(0.1)
         for name in ("y", "x", "z"):
             runs.add(context(name))
 
@@ -209,8 +207,8 @@ async def test_a_client_that_leaves_while_it_waits_takes_nothing(autojump_clock:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(runs.claim, None)
         await trio.testing.wait_all_tasks_blocked()
-        runs.add(context("a"))
         nursery.cancel_scope.cancel()
+        runs.add(context("a"))
 
     assert not runs.live
     assert (await runs.claim(None)).id == "a"
