@@ -90,5 +90,8 @@ def download(url: str, timeout: float) -> bytes:
         error.close()
     except (OSError, HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, URLError) else error
-        reason = getattr(cause, "strerror", None) or type(cause).__name__
+        if isinstance(cause, TimeoutError):
+            reason = "timed out"
+        else:
+            reason = getattr(cause, "strerror", None) or type(cause).__name__
     raise FetchError(reason)

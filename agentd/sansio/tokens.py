@@ -63,7 +63,7 @@ class TokenError(AgentdError):
         self.reason = reason
 
 
-class UnknownKeyID(TokenError):  # noqa: N818  # what it says is the reason, not a failure as such
+class UnknownKeyID(TokenError):  # what it says is the reason, not a failure as such
     """The token names a key that is not there: a fresher set of keys may have it."""
 
     def __init__(self) -> None:

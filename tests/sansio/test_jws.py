@@ -25,6 +25,10 @@ from agentd.sansio.jws import (
 ASYMMETRIC = [*KINDS.items(), ("Ed25519", "ed25519"), ("RS512", "rsa"), ("PS384", "rsa")]
 
 
+# Made before the tests that are timed: an RSA key takes a while.
+PUBLIC = {kind: public_key(kind) for _, kind in ASYMMETRIC}
+
+
 def pair_of(algorithm: str, kind: str, which: int = 0) -> tuple[SigningKey, Key]:
     return (
         SigningKey(algorithm, private_key(kind, which)),
@@ -92,7 +96,7 @@ def test_eddsa_known_answer() -> None:
 @example(bytes(256))
 def test_any_signature(algorithm: str, kind: str, signature: bytes) -> None:
     """Bytes of any length that are no signature are no signature: no error comes out."""
-    assert not signed_by(pair_of(algorithm, kind)[1], b"header.payload", signature)
+    assert not signed_by(Key(None, algorithm, PUBLIC[kind]), b"header.payload", signature)
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "p256", "p384", "p521", "rsa"])

@@ -56,7 +56,7 @@ PublicKey = (
 
 
 @functools.cache
-def private_key(kind: str, which: int = 0) -> PrivateKey:  # noqa: ARG001  # a cache key
+def private_key(kind: str, which: int = 0) -> PrivateKey:  # a cache key
     """The test run's own private key of a kind; another ``which`` is another key."""
     if kind == "ed25519":
         return ed25519.Ed25519PrivateKey.generate()
