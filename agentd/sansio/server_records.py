@@ -26,7 +26,7 @@ class ProtocolError(AgentdError):
     """The server sent something that agentd.v1 does not have, or has not there."""
 
 
-class DigestMismatch(AgentdError):  # noqa: N818  # it says what happened, as IncompleteRead does
+class DigestMismatch(AgentdError):
     """The ``end`` record describes another stream than the one that arrived.
 
     The message names the field of ``end`` that disagrees.

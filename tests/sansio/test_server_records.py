@@ -232,7 +232,7 @@ def test_an_end_that_describes_another_stream_is_an_error(field: str, value: obj
     stream, told = started()
     receive(stream, told.stdout("a"), told.stdout("b"), told.stderr("c"))
     with pytest.raises(DigestMismatch, match=f"^{field} of the end record"):
-        receive(stream, told.end(**{field: value}))
+        receive(stream, told.end() | {field: value})
     assert stream.end is None
 
 
@@ -306,7 +306,7 @@ def test_an_end_with_a_wrong_field_is_an_error(change: Fields) -> None:
     """No field of end may be of another type or out of its range."""
     stream, told = started()
     with pytest.raises(ProtocolError):
-        receive(stream, told.end(**change))
+        receive(stream, told.end() | change)
 
 
 @pytest.mark.parametrize("field", list(Transcript().end()))
