@@ -30,7 +30,6 @@ This room knows neither timers nor processes nor clients. It is told what happen
 
 import enum
 from dataclasses import dataclass
-from signal import Signals
 from typing import Final
 
 from agentd import AgentdError
@@ -196,32 +195,39 @@ def close_code(end: End) -> tuple[int, str]:
     return _STOP_CODES[end.outcome]
 
 
+# signal(7), by the numbers of x86, ARM and most others; the module that has the names can also send
+# signals and is not for this room.
+# fmt: off
+_SIGNALS: Final = (
+    "SIGHUP", "SIGINT", "SIGQUIT", "SIGILL", "SIGTRAP", "SIGABRT", "SIGBUS", "SIGFPE", "SIGKILL",
+    "SIGUSR1", "SIGSEGV", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGTERM", "SIGSTKFLT", "SIGCHLD",
+    "SIGCONT", "SIGSTOP", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGURG", "SIGXCPU", "SIGXFSZ",
+    "SIGVTALRM", "SIGPROF", "SIGWINCH", "SIGIO", "SIGPWR", "SIGSYS",
+)
+# fmt: on
+_SIGRTMIN: Final = 34  # the kernel's is 32; the C library keeps two for its threads (nptl(7))
+_SIGRTMAX: Final = 64
+
+_NUMBERS: Final = {
+    **{name: number for number, name in enumerate(_SIGNALS, 1)},
+    **{f"SIGRTMIN+{number - _SIGRTMIN}": number for number in range(_SIGRTMIN + 1, _SIGRTMAX)},
+    "SIGRTMIN": _SIGRTMIN,
+    "SIGRTMAX": _SIGRTMAX,
+}
+_NAMES: Final = {number: name for name, number in _NUMBERS.items()}
+
+
 def signal_name(number: int) -> str:
     """Return what the ``end`` record and the Close reason call a signal (signal(7)).
 
     ``SIGKILL``; for real-time signals ``SIGRTMIN``, ``SIGRTMIN+3`` ... ``SIGRTMAX``; ``signal 32``
     for a number that has no name.
     """
-    try:
-        return Signals(number).name
-    except ValueError:
-        if Signals.SIGRTMIN < number < Signals.SIGRTMAX:
-            return f"SIGRTMIN+{number - Signals.SIGRTMIN}"
-        return f"signal {number}"
-
-
-_NUMBERS: Final = {
-    name: number
-    for number in range(1, Signals.SIGRTMAX + 1)
-    if (name := signal_name(number)).startswith("SIG")
-}
+    return _NAMES.get(number, f"signal {number}")
 
 
 def signal_number(name: str) -> int | None:
-    """Return the number of a signal by the name it has here, None when there is no such name.
-
-    The two signals below SIGRTMIN that have none belong to the C library's threads (nptl(7)).
-    """
+    """Return the number of a signal by its name, None when there is no such name."""
     return _NUMBERS.get(name)
 
 

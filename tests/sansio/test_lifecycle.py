@@ -300,6 +300,13 @@ def test_signal_name(number: int, name: str) -> None:
     assert signal_name(number) == name
 
 
+@pytest.mark.parametrize("known", signal.Signals)
+def test_signals_of_this_machine(known: signal.Signals) -> None:
+    """The table has the names and the numbers that the system has."""
+    assert signal_name(known) == known.name
+    assert signal_number(known.name) == known
+
+
 @given(st.integers(1, 64))
 def test_signal_number_reads_what_signal_name_wrote(number: int) -> None:
     """A signal's name leads back to its number; a signal that has no name has no way back."""
