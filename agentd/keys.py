@@ -37,7 +37,7 @@ RETRY = 10.0
 
 _WARN_EVERY = 60.0
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class KeyFileError(KeyFormatError):
@@ -87,7 +87,7 @@ class KeyRing:
         try:
             self.load()
         except KeyFormatError as error:
-            _log.error("%s; the old keys stay", error)
+            logger.error("%s; the old keys stay", error)
 
     async def verify(self, token: str) -> Claims:
         """Check a token with every key there is, fetching keys when they are old or one is missing.
@@ -140,7 +140,7 @@ class KeyRing:
     def _warn(self, url: str, reason: str) -> None:
         if trio.current_time() - self._warned_at >= _WARN_EVERY:
             self._warned_at = trio.current_time()
-            _log.warning("cannot get keys from %s: %s", printable(url), reason)
+            logger.warning("cannot get keys from %s: %s", printable(url), reason)
 
 
 def mint_from_file(

@@ -11,11 +11,11 @@ before: that is :mod:`agentd.sansio.used`.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentd import AgentdError
+from agentd.sansio.context import valid_id
 from agentd.sansio.jwk import ALGORITHMS, KeyFormatError, parse_keys, parse_signing_key
 from agentd.sansio.jws import (
     Key,
@@ -52,8 +52,6 @@ MAX_TEXT = 256
 MAX_MINTED = 10**9
 """Seconds a minted token may be good for: beyond 30 years it is a mistake."""
 
-_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
 
 class TokenError(AgentdError):
     """A token was refused. ``reason`` is a short category for the log, without any value."""
@@ -63,7 +61,7 @@ class TokenError(AgentdError):
         self.reason = reason
 
 
-class UnknownKeyID(TokenError):  # what it says is the reason, not a failure as such
+class UnknownKeyID(TokenError):
     """The token names a key that is not there: a fresher set of keys may have it."""
 
     def __init__(self) -> None:
@@ -236,5 +234,5 @@ def _check_text(claims: dict[str, Any], error: type[TokenError | MintError]) -> 
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_TEXT:
             raise error(name)
     run = claims.get("run", "-")
-    if not isinstance(run, str) or not _RUN_ID.fullmatch(run):
+    if not isinstance(run, str) or not valid_id(run):
         raise error("run")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agentd.sansio.tokens import Claims
 
 
-class TokenCacheFull(AgentdError):  # a state to wait out (503), not a bad token
+class TokenCacheFull(AgentdError):
     """As many tokens are in use as can be remembered; an older one has to expire first."""
 
     def __init__(self) -> None:
