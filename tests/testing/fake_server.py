@@ -66,7 +66,11 @@ class Peer:
     def send(self, *records: Mapping[str, Any]) -> None:
         """Send records, a text frame each."""
         for record in records:
-            self._protocol.send_text(json.dumps(record).encode())
+            self.send_text(json.dumps(record))
+
+    def send_text(self, text: str) -> None:
+        """Send a text frame."""
+        self._protocol.send_text(text.encode())
         self._flush()
 
     def send_in_fragments(self, record: Mapping[str, Any], size: int) -> None:
