@@ -4,9 +4,14 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("agentd", deadline=None)
+hypothesis.settings.load_profile("agentd")
 
 CI = os.environ.get("CI") == "true"
 
