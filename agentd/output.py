@@ -6,11 +6,12 @@ Raw or agentd.v1 is decided here, once for a run, and nowhere behind it.
 import hashlib
 import logging
 import math
+from functools import partial
 
 import trio
 
 from agentd.process import Process
-from agentd.relay import Encode, Pump, Relay, Sink
+from agentd.relay import Pump, Relay, Sink
 from agentd.sansio.frames import RawEncoder, RecordEncoder
 from agentd.sansio.lifecycle import End, Outcome
 from agentd.sansio.lines import Kind, LineSplitter, Piece
@@ -117,20 +118,10 @@ class Output:
         return end
 
     def _pump(self, fd: int, splitter: LineSplitter, name: str) -> Pump:
-        encode: Encode
-        flush_partial = math.inf
-        if self._records is not None:
-            encoder = self._records
-            flush_partial = self._stream.flush_partial
-
-            def encode(pieces: list[Piece]) -> bytes:
-                return encoder.encode(name, pieces)
-        else:
-            raw = self._raw
-
-            def encode(pieces: list[Piece]) -> bytes:
-                return raw.encode(name, pieces)
-
+        if self._records is None:
+            return Pump(fd, splitter, partial(self._raw.encode, name), self._sink)
+        encode = partial(self._records.encode, name)
+        flush_partial = self._stream.flush_partial
         return Pump(fd, splitter, encode, self._sink, flush_partial=flush_partial)
 
     def _log(self, pieces: list[Piece]) -> bytes:

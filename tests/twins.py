@@ -20,12 +20,12 @@ def cover(module: Path, twin: Path, data: Path) -> str | None:
     environ = os.environ | {"COVERAGE_FILE": str(data / module.stem)}
     name = f"agentd.sansio.{module.stem}"
     run = [sys.executable, "-m", "coverage", "run", "--branch", f"--source={name}", "-m", "pytest"]
-    tested = subprocess.run(  # noqa: S603  # our own tests
+    tested = subprocess.run(  # our own tests
         [*run, "-q", "-x", str(twin)], cwd=ROOT, env=environ, capture_output=True, text=True
     )
     if tested.returncode != 0:
         return tested.stdout
-    report = subprocess.run(  # noqa: S603  # our own tests
+    report = subprocess.run(  # our own tests
         [sys.executable, "-m", "coverage", "report", "-m", "--fail-under=100"],
         cwd=ROOT,
         env=environ,

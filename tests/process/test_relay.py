@@ -3,9 +3,11 @@
 import math
 import os
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from agentd.relay import READ_SIZE, Pump, Relay
@@ -157,11 +159,12 @@ async def test_both_streams_are_numbered_as_they_are_read(client: Client) -> Non
     """stdout and stderr share one sequence, in the order of their reads."""
     encoder = RecordEncoder()
     out, err = Pipe(client), Pipe(client)
-    pumps = [
-        Pump(pipe.reading, LineSplitter(), lambda pieces, n=name: encoder.encode(n, pieces), client)
-        for pipe, name in ((out, "stdout"), (err, "stderr"))
-    ]
-    relay = Relay(pumps)
+    relay = Relay(
+        [
+            Pump(pipe.reading, LineSplitter(), partial(encoder.encode, name), client)
+            for pipe, name in ((out, "stdout"), (err, "stderr"))
+        ]
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
         for number in range(4):
@@ -220,7 +223,7 @@ async def test_a_holder_that_prints_for_ever_does_not_hold_up_the_end(
                 os.write(pipe.writing, b"y\n" * 1000)
             except BlockingIOError:
                 pass
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay.run)
@@ -239,14 +242,14 @@ async def test_an_endless_printer_leaves_time_for_other_tasks(client: Client, pi
         nonlocal turns
         while True:
             turns += 1
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
 
     async def print_for_ever() -> None:
         while pipe.pump.splitter.size < 20 * READ_SIZE:
             try:
                 os.write(pipe.writing, b"y" * 999 + b"\n")
             except BlockingIOError:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
         pipe.end()
 
     async with trio.open_nursery() as nursery:

@@ -48,7 +48,7 @@ def context(run_id: str | None) -> Context:
 
 
 def make_runs(
-    *, max_runs: int = 8, make: Callable[[str], FakeRun] = FakeRun
+    *, max_runs: int = 8, make: Callable[[str], Any] = FakeRun
 ) -> tuple[Runs, Metrics]:
     metrics = Metrics()
 

@@ -135,7 +135,7 @@ class Daemon:
         **options: Any,
     ) -> ClientConnection:
         """Connect the third-party ``websockets`` client."""
-        return connect(
+        client: ClientConnection = connect(
             f"ws://{self.address}{path}",
             subprotocols=None if subprotocols is None else [Subprotocol(p) for p in subprotocols],
             additional_headers=headers,
@@ -146,6 +146,7 @@ class Daemon:
             close_timeout=5,
             **options,
         )
+        return client
 
     def run(self, path: str = "/", *, raw: bool = False, **context: Any) -> Stream:
         """Hand over a context, connect, and read to the end."""
