@@ -42,18 +42,21 @@ def adopt(descriptors: Sequence[int]) -> list[trio.SocketListener]:
     Raises:
         AgentdError: a descriptor is no listening socket.
     """
-    listeners = []
-    for descriptor in descriptors:
-        try:
-            passed = socket.socket(fileno=descriptor)
-            listening = passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        except OSError:
-            listening = 0
-        if not listening:
-            raise AgentdError(f"LISTEN_FDS: descriptor {descriptor} is not a listening socket")
-        passed.set_inheritable(False)
-        listeners.append(trio.SocketListener(trio.socket.from_stdlib_socket(passed)))
-    return listeners
+    adopted = [_adopt(descriptor) for descriptor in descriptors]
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in adopted]
+
+
+def _adopt(descriptor: int) -> socket.socket:
+    try:
+        passed = socket.socket(fileno=descriptor)
+    except OSError:
+        pass
+    else:
+        if passed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            passed.set_inheritable(False)
+            return passed
+        passed.detach()
+    raise AgentdError(f"LISTEN_FDS: descriptor {descriptor} is not a listening socket")
 
 
 def bind(address: Address) -> trio.SocketListener:
