@@ -56,7 +56,7 @@ class AlreadyRunning(AgentdError):
 
 
 class _EarlySignals:
-    """SIGTERM and SIGINT from the first moment on: one that comes before Trio listens is kept.
+    """What was told to stop before Trio listened for it; SIGHUP finds the keys read already.
 
     A process that is PID 1 would lose it, any other would die without a word. The handlers stay
     beneath Trio's, so that a signal which Trio delivers late is harmless too.
@@ -64,12 +64,12 @@ class _EarlySignals:
 
     def __init__(self) -> None:
         self.came = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        del number, frame
-        self.came = True
+        del frame
+        self.came = self.came or number != signal.SIGHUP
 
 
 def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
@@ -265,7 +265,6 @@ class _Daemon:
         self._status.phase = Phase.DRAINING
         logger.info("stopping")
         self._notifier.stopping()
-        endpoint.linger = min(endpoint.linger, 0.5)
         with trio.move_on_after(self._settings.child.grace + _LAST_WORDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._hurry_when_told, signals)

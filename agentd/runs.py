@@ -140,8 +140,9 @@ class Runs:
         self._added.set()
 
     def _is_taken(self, run_id: str) -> bool:
-        now = trio.current_time()
-        self._ended = {id_: at for id_, at in self._ended.items() if now - at < REMEMBERED}
+        forgotten = trio.current_time() - REMEMBERED
+        while self._ended and next(iter(self._ended.values())) <= forgotten:
+            del self._ended[next(iter(self._ended))]
         return run_id in self._waiting or run_id in self.live or run_id in self._ended
 
     async def expire(self) -> None:

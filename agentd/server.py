@@ -149,11 +149,13 @@ class Endpoint:
             case Probe(name="readyz"):
                 return readyz(self.status.phase, len(self.runs.live), self.max_runs)
             case Probe():
-                return self._render_metrics()
+                return await self._render_metrics()
             case Upgrade() as upgrade:
                 return await self._upgrade(stream, upgrade, early)
 
-    def _render_metrics(self) -> Respond:
+    async def _render_metrics(self) -> Respond:
+        # Importing the library takes longer than any line should wait.
+        await trio.to_thread.run_sync(self.metrics.prepare)
         body, content_type = self.metrics.render(
             runs=len(self.runs.live),
             contexts_waiting=self.runs.waiting,

@@ -5,6 +5,8 @@ noticed, and the Close is chosen. The client is always listened to, also when no
 matters any more: an unread message would hide that it left.
 """
 
+import logging
+
 import trio
 
 from agentd.run import Run
@@ -13,6 +15,8 @@ from agentd.sansio.lifecycle import BAD_RECORD, FAULT, NORMAL, Outcome, close_co
 from agentd.stdin import StdinFull
 from agentd.websocket import Connection, Violation
 from agentd.wire import ClientGone
+
+logger = logging.getLogger("agentd.session")
 
 
 class Session:
@@ -72,6 +76,7 @@ class Session:
 
     async def _notice_silence(self, ping: float) -> None:
         await self._connection.keep_alive(ping)
+        logger.warning("client cut off: it is silent", extra={"run": self._run.id})
         self._connection.wire.abort()
         self._over.set()
 
@@ -88,6 +93,8 @@ class Session:
                 self._close = violation.code, violation.reason
                 self._over.set()
         except ClientGone:
+            if self._connection.wire.too_slow:
+                logger.warning("client cut off: it took nothing", extra={"run": self._run.id})
             self._over.set()
 
     def _take(self, message: str | bytes) -> None:

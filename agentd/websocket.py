@@ -82,7 +82,10 @@ class Connection:
                 return
             if now >= max(heard, pinged) + interval and wire.idle:
                 pinged = now
-                wire.send_nowait(_PING)
+                try:
+                    wire.send_nowait(_PING)
+                except ClientGone:
+                    await trio.sleep_forever()  # Close was sent, and waits for its answer
             await trio.sleep_until(min(max(heard, pinged) + interval, heard + patience))
 
 
