@@ -182,9 +182,7 @@ class Process:
         """
         if not self._told_to_stop:
             self._told_to_stop = True
-            if readable():
-                # While its parents live, what left the group can still be told to be its own.
-                self.tree.look(self._children.trees(but=self.tree))
+            self.tree.remember()
             self.signal(signal.SIGTERM)
             self.signal(signal.SIGCONT)  # so that a stopped process acts on it: systemd.kill(5)
         with trio.move_on_after(grace):

@@ -25,8 +25,7 @@ class Stat(NamedTuple):
     def read(cls, pid: int) -> Self | None:
         """Return that of ``pid``, or None when there is no such process."""
         try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                text = file.read()
+            text = _read(f"/proc/{pid}/stat")
         except OSError:
             return None
         # The name before it, in parentheses, may hold anything.
@@ -63,11 +62,8 @@ def listed_children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{pid}/task/{thread}/children", "rb") as file,
-            ):
-                found += map(int, file.read().split())
+            with contextlib.suppress(OSError):
+                found += map(int, _read(f"/proc/{pid}/task/{thread}/children").split())
     return found
 
 
@@ -85,12 +81,21 @@ def named_run(pid: int) -> str | None:
     """Return the AGENTD_RUN_ID in the environment of ``pid``; None when it has none or hides it."""
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with (
-                contextlib.suppress(OSError),
-                open(f"/proc/{pid}/task/{thread}/environ", "rb") as file,
-            ):
-                for entry in file.read().split(b"\0"):
+            with contextlib.suppress(OSError):
+                for entry in _read(f"/proc/{pid}/task/{thread}/environ").split(b"\0"):
                     name, _, value = entry.partition(b"=")
                     if name == b"AGENTD_RUN_ID":
                         return value.decode("utf-8", "replace")
     return None
+
+
+def _read(path: str) -> bytes:
+    """Return what is in a file; half the cost of a file object, which counts under a fork bomb."""
+    data = b""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        while chunk := os.read(fd, 65536):
+            data += chunk
+    finally:
+        os.close(fd)
+    return data

@@ -102,12 +102,17 @@ class Tree:
                 return tree is self
         return all(tree is self or tree.ending for tree in possible) or None
 
-    def look(self, others: Iterable["Tree"], visit: Callable[[int], None] = lambda _: None) -> Look:
+    def remember(self) -> None:
+        """Learn which sessions the leader's descendants have made, while parents still tell."""
+        if readable():
+            self.sessions.update(stat.session for stat in _walk([self.leader], family()))
+
+    def look(self, others: Iterable["Tree"], visit: Callable[[int], None]) -> Look:
         """Find the living processes of the run, and learn which sessions they have made.
 
         Args:
             others: the trees of all other runs whose leader has not been reaped.
-            visit: is called with each process before its children are looked for.
+            visit: is called with each process, at least once, as soon as it is found.
         """
         others = list(others)
         children = family()
@@ -121,6 +126,7 @@ class Tree:
             if owned is None:
                 unknown += 1
             elif orphan.alive:
+                visit(pid)
                 roots.append(pid)
             else:
                 dead += 1
@@ -182,7 +188,9 @@ class Tree:
 
 
 def _walk(
-    roots: list[int], children: Callable[[int], list[int]], visit: Callable[[int], None]
+    roots: list[int],
+    children: Callable[[int], list[int]],
+    visit: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Stat]:
     pending, seen = list(roots), set[int]()
     while pending:

@@ -6,12 +6,17 @@ of the code under test.
 """
 
 import errno
+import functools
 import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ParamSpec
 
 import trio
+
+P = ParamSpec("P")
 
 NOBODY = 65534
 """A uid and gid that own nothing; tests that need another user run as root."""
@@ -142,7 +147,7 @@ def marked(token: str) -> list[int]:
 async def wait_until(condition: Callable[[], object], *, seconds: float = 10) -> None:
     """Return once ``condition()`` is true; raises ``trio.TooSlowError`` after ``seconds``."""
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110  # the kernel sends no event for most of these
+        while not condition():  # the kernel sends no event for most of these
             await trio.sleep(0.005)
 
 
@@ -184,3 +189,42 @@ async def read_some(fd: int, size: int) -> bytes:
             if error.errno != errno.EIO:
                 raise
             return b""
+
+
+def within(
+    seconds: float,
+) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Awaitable[None]]]:
+    """Fail an async test that takes longer than ``seconds``."""
+
+    def decorate(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+        @functools.wraps(test)
+        async def limited(*args: P.args, **kwargs: P.kwargs) -> None:
+            with trio.fail_after(seconds):
+                await test(*args, **kwargs)
+
+        return limited
+
+    return decorate
+
+
+def start_host(
+    source: str, *arguments: str, launcher: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start ``source`` in an interpreter of its own that finds ``agentd`` and ``testing``.
+
+    For what a test cannot do to the process it runs in: kill it, take its descriptors away. Its
+    stdout is a pipe. ``launcher`` goes before the command.
+    """
+    tests = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    return subprocess.Popen(
+        [*launcher, *python(source, *arguments)], env=env, stdout=subprocess.PIPE
+    )
+
+
+def run_host(source: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
+    """Run ``source`` as :func:`start_host` does, to its end, and return what it printed."""
+    with start_host(source, *arguments, launcher=launcher) as host:
+        output, _ = host.communicate(timeout=60)
+        assert host.returncode == 0, output
+        return output.decode()
