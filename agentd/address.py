@@ -37,16 +37,14 @@ class Address(NamedTuple):
         return cls(host=_host(host), port=int(port))
 
     def __str__(self) -> str:
-        if self.path:
-            return f"unix:{self.path}"
-        return f"{self.authority}:{self.port}"
+        return f"unix:{self.path}" if self.path else self.authority
 
     @property
     def authority(self) -> str:
-        """The host as a URL and a ``Host`` header spell it (RFC 3986 section 3.2.2)."""
+        """Host and port as a ``Host`` header spells them (RFC 9110 section 7.2)."""
         if self.path:
             return "localhost"
-        return f"[{self.host}]" if ":" in self.host else self.host
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def reachable(self) -> "Address":
         """Where a client on this machine connects to reach a server that listens here."""

@@ -29,8 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EX_INTERRUPTED
     except BrokenPipeError:
-        # Nobody reads any more; what is left in the buffer must not complain at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_stdout()
         return EX_BROKEN_PIPE
     except AgentdError as error:
         _complain(str(error))
@@ -38,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if name == "serve":
             raise
+        _forget_stdout()
         where = f" {error.filename}" if isinstance(error.filename, str) else ""
         _complain(f"cannot {name if name in COMMANDS else 'write'}:{where} {error.strerror}")
         return failure
@@ -283,6 +283,11 @@ def _say(text: str) -> None:
         raise AgentdError("cannot write: stdout is closed")
     # A path need not be text; it goes out as it came in.
     sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+
+
+def _forget_stdout() -> None:
+    """What is left in the buffer cannot be written and must not complain again at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _complain(sentence: str) -> None:
