@@ -46,7 +46,8 @@ class Inbox:
     Args:
         path: the file to claim; with ``/`` at its end, a directory of ``<id>.json``.
         parse: makes a context of bytes, or raises ``ContextError``.
-        deliver: takes the context, or raises ``ContextError`` when its id is taken.
+        deliver: takes the context and returns the run's id, or raises ``ContextError`` when that
+            id is taken.
         room: how many more contexts may be delivered now.
         wait_room: returns when ``room`` is not 0.
         count: told ``claimed`` or ``refused``, for the metrics.
@@ -58,7 +59,7 @@ class Inbox:
         path: str,
         *,
         parse: Callable[[bytes], Context],
-        deliver: Callable[[Context], None],
+        deliver: Callable[[Context], str],
         room: Callable[[], int],
         wait_room: Callable[[], Awaitable[None]],
         count: Callable[[str], None] = lambda _what: None,
@@ -176,8 +177,7 @@ class Inbox:
     def _is_wanted(self, name: str) -> bool:
         if self._name:
             return name == self._name
-        stem = name.removesuffix(SUFFIX)
-        return stem != name and not name.startswith(".") and valid_id(stem)
+        return name.endswith(SUFFIX) and not name.startswith(".")
 
     async def _claim_when_there_is_room(self) -> None:
         while True:
@@ -220,16 +220,23 @@ class Inbox:
             context = claim.receive(self._parse, last=last)
             if context is None:
                 return False
-            if context.id is None and not self._name:
-                context = dataclasses.replace(context, id=name.removesuffix(SUFFIX))
-            self._deliver(context)
+            run_id = self._deliver(self._named(name, context))
         except ContextError as error:
             self._refuse(name, error)
         else:
             self._count("claimed")
-            logger.info("context claimed: %s", self._shown(name), extra={"run": context.id})
+            logger.info("context claimed: %s", self._shown(name), extra={"run": run_id})
         claim.close()
         return True
+
+    def _named(self, name: str, context: Context) -> Context:
+        """Return the context with the id that its file's name gives it, where it has none."""
+        if context.id is not None or self._name:
+            return context
+        stem = name.removesuffix(SUFFIX)
+        if not valid_id(stem):
+            raise ContextError("id: there is none, and the file's name cannot be one")
+        return dataclasses.replace(context, id=stem)
 
     def _refuse(self, name: str, error: ContextError) -> None:
         self._count("refused")

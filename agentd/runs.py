@@ -115,8 +115,8 @@ class Runs:
         while self.room() <= 0:
             await self._changed.wait()
 
-    def add(self, context: Context) -> None:
-        """Take a claimed context; the client that waits for it longest gets it.
+    def add(self, context: Context) -> str:
+        """Take a claimed context and return its run's id; who waits for it longest gets it.
 
         Raises:
             ContextError: its id is waiting, live, or ended less than a minute ago.
@@ -125,6 +125,7 @@ class Runs:
         if self._is_taken(run_id):
             raise ContextError("id: a run of this id is waiting, live, or has just ended")
         self._place(_Waiting(run_id, context, trio.current_time() + self._context_ttl))
+        return run_id
 
     def _place(self, waiting: _Waiting) -> None:
         unanswered = [seeker for seeker in self._seekers if not seeker.answered.is_set()]

@@ -31,13 +31,14 @@ class Desk:
         self._room = room
         self._changed = trio.Event()
 
-    def deliver(self, context: Context) -> None:
+    def deliver(self, context: Context) -> str:
         assert self._room > 0, "delivered although there was no room"
         if context.id is not None and context.id in self.ids():
             raise ContextError("id: a run of this id is waiting")
         self._room -= 1
         self.contexts.append(context)
         self._change()
+        return context.id or "generated"
 
     def count(self, what: str) -> None:
         self.counts[what] += 1
