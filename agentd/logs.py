@@ -53,7 +53,7 @@ def formatter(kind: str, environ: Mapping[str, str], descriptor: int) -> logging
     """The formatter for ``--log-format kind``: auto asks what ``descriptor`` is."""
     if kind == "auto" and _is_journal(environ, descriptor):
         return JournalFormatter()
-    if kind == "text" or (kind == "auto" and _is_terminal(descriptor)):
+    if kind == "text" or (kind == "auto" and os.isatty(descriptor)):
         return TextFormatter()
     return JSONFormatter()
 
@@ -181,13 +181,6 @@ def _is_journal(environ: Mapping[str, str], descriptor: int) -> bool:
     except OSError:
         return False
     return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
-
-
-def _is_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
 
 
 def _line(record: logging.LogRecord) -> str:

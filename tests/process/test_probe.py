@@ -75,6 +75,15 @@ def test_a_body_with_a_length_needs_no_end_of_the_connection() -> None:
         asked.set()
 
 
+def test_the_length_is_found_among_other_fields() -> None:
+    """Field names have no case and no order (RFC 9110 section 5.1); a length that is none is not."""
+    reply = b"HTTP/1.1 200 OK\r\nServer: x\r\ncONTENT-lENGTH:  3 \r\nDate: y\r\n\r\nabcdef"
+    with serving(reply) as server:
+        assert probe(server.address) == (200, b"abc")
+    with serving(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc") as server:
+        assert probe(server.address) == (200, b"abc")
+
+
 def test_an_answer_may_come_in_pieces() -> None:
     """Reads do not depend on where TCP cuts."""
 
