@@ -76,7 +76,7 @@ def test_a_body_with_a_length_needs_no_end_of_the_connection() -> None:
 
 
 def test_the_length_is_found_among_other_fields() -> None:
-    """Field names have no case and no order (RFC 9110 section 5.1); a length that is none is not."""
+    """Field names have no case and no order (RFC 9110 section 5.1); "many" is no length."""
     reply = b"HTTP/1.1 200 OK\r\nServer: x\r\ncONTENT-lENGTH:  3 \r\nDate: y\r\n\r\nabcdef"
     with serving(reply) as server:
         assert probe(server.address) == (200, b"abc")
