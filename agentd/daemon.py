@@ -35,7 +35,7 @@ from agentd.sansio.tokens import TokenPolicy
 from agentd.sansio.used import UsedTokens
 from agentd.server import Endpoint, Status, accept_connections
 from agentd.settings import AuthSettings, ServeSettings
-from agentd.spawn import find_user
+from agentd.spawn import User, find_user
 
 logger = logging.getLogger("agentd.daemon")
 
@@ -89,7 +89,7 @@ def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
     early = _EarlySignals()
     _guard_memory()
     keys = _load_keys(settings.auth)
-    user = find_user(settings.child.user) if settings.child.user else None
+    user = _find_user(settings.child.user)
     passed = passed_sockets(environ, os.getpid())
     sockets = _listen(settings, passed)
     recipe = Recipe(
@@ -132,6 +132,16 @@ def _load_keys(auth: AuthSettings) -> KeyRing | None:
     keys = KeyRing(auth.keys, algorithm=auth.algorithm, jwks_url=auth.jwks_url, policy=policy)
     keys.load()
     return keys
+
+
+def _find_user(setting: str | None) -> User | None:
+    if setting is None:
+        return None
+    try:
+        return find_user(setting)
+    except AgentdError as error:
+        trouble = str(error)
+    raise AgentdError(f"cannot use the setting user: {trouble}")
 
 
 def _listen(settings: ServeSettings, passed: list[int]) -> list[trio.SocketListener]:
