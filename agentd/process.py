@@ -194,8 +194,8 @@ class Process:
     async def kill_tree(self) -> None:
         """SIGKILL it and every descendant, wherever they went, and let its pid go.
 
-        Shielded from cancellation; returns when they are gone, or with an error in the log after
-        :data:`agentd.tree.LIMIT` seconds. Calling it again waits for the first call, no more.
+        Shielded from cancellation; returns when they are gone, or with an error in the log once
+        :data:`agentd.tree.LIMIT` is reached. Calling it again waits for the first call, no more.
         """
         with trio.CancelScope(shield=True):
             async with self._killing:

@@ -23,6 +23,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import islice
 from typing import NamedTuple
 
 import trio
@@ -32,9 +33,12 @@ from agentd.procfs import Stat, family, named_run, readable
 logger = logging.getLogger(__name__)
 
 LIMIT = 3.0
-"""Seconds after which a tree that does not end is given up: it is in the kernel, or not ours."""
+"""Seconds without a new process in it after which a tree that does not end is given up: what is
+left is inside the kernel, or not ours to kill."""
 
+_HARD_LIMIT = 10.0  # seconds; a fork bomb can starve the daemon for longer than LIMIT
 _PAUSE = 0.002  # seconds; what was killed needs the processor to go
+_REMEMBERED = 100  # processes whose sessions are learned before SIGTERM; a bomb may have any number
 _FREEZE_PASSES = 30  # a tree that still grows after so many is killed as far as it is known
 
 
@@ -105,7 +109,8 @@ class Tree:
     def remember(self) -> None:
         """Learn which sessions the leader's descendants have made, while parents still tell."""
         if readable():
-            self.sessions.update(stat.session for stat in _walk([self.leader], family()))
+            descendants = islice(_walk([self.leader], family()), _REMEMBERED)
+            self.sessions.update(stat.session for stat in descendants)
 
     def look(self, others: Iterable["Tree"], visit: Callable[[int], None]) -> Look:
         """Find the living processes of the run, and learn which sessions they have made.
@@ -135,7 +140,7 @@ class Tree:
         return Look([stat.pid for stat in found], dead, unknown)
 
     async def kill(self, others: Callable[[], Iterable["Tree"]], reap: Callable[[], None]) -> bool:
-        """SIGKILL all of them; return whether all are gone, :data:`LIMIT` seconds at most.
+        """SIGKILL all of them; return whether they are gone, False once :data:`LIMIT` is reached.
 
         They are stopped before they are killed, until no look finds a new one: a tree that only
         loses members to SIGKILL can fork faster than it dies. Must not be cancelled half-way.
@@ -150,9 +155,14 @@ class Tree:
             self.signal_group(signal.SIGKILL)
             return True
         deadline = trio.current_time() + LIMIT
+        hard_deadline = trio.current_time() + _HARD_LIMIT
+        seen: set[int] = set()
         empty = False
-        while trio.current_time() < deadline:
+        while trio.current_time() < min(deadline, hard_deadline):
             look = await self._freeze(others)
+            if not seen.issuperset(look.found):
+                seen.update(look.found)
+                deadline = trio.current_time() + LIMIT
             self.signal_group(signal.SIGKILL)
             for pid in look.found:
                 _send(pid, signal.SIGKILL)

@@ -204,8 +204,8 @@ async def test_signal_goes_to_the_group(start: Start) -> None:
 async def test_stop(start: Start) -> None:
     """A process that obeys SIGTERM is not killed, and gets the time it needs."""
     source = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('bye', flush=True), sys.exit(5)))\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'bye\\n'), os._exit(5)))\n"
     )
     process = start(*python(source + FOREVER))
     await read_line(process.stdout)
@@ -229,8 +229,9 @@ async def test_stop_after_grace(start: Start) -> None:
 async def test_stop_is_shortened(start: Start) -> None:
     """A second stop without grace ends a first one that still waits; SIGTERM is sent once."""
     source = (
-        "import signal\nsignal.signal(signal.SIGTERM, lambda *_: print('term', flush=True))\n"
-        "print('ready', flush=True)\n"
+        "import os, signal\n"
+        "signal.signal(signal.SIGTERM, lambda *_: os.write(1, b'term\\n'))\n"
+        "os.write(1, b'ready\\n')\n"
         "while True: signal.pause()\n"
     )
     process = start(*python(source))
