@@ -27,6 +27,7 @@ MAX_HELD: Final = 1024 * 1024
 MAX_MESSAGE: Final = 16 * 1024 * 1024
 """The longest message taken, in characters."""
 
+_CHECKPOINT_EVERY: Final = 64
 _FLUSH_WAIT: Final = 1.0
 # While nothing is read, nothing is answered; an unsolicited Pong (RFC 6455, 5.5.3) says that we
 # are there. Shorter than any sensible keep-alive.
@@ -64,6 +65,7 @@ class ClientSocket:
         self._parts_size = 0
         self._texts: deque[str] = deque()
         self._held = 0
+        self._since_checkpoint = 0
         self._arrived = trio.Event()
         self._taken = trio.Event()
         self._outgoing = bytearray()
@@ -79,8 +81,15 @@ class ClientSocket:
         trio.lowlevel.spawn_system_task(self._serve, name="agentd client connection")
 
     async def receive_text(self) -> str | None:
-        """Return the next message, None when the connection is over and all were taken."""
-        await trio.lowlevel.checkpoint()
+        """Return the next message, None when the connection is over and all were taken.
+
+        A checkpoint only now and then while messages lie here: one for each would be the larger
+        part of a stream's cost.
+        """
+        self._since_checkpoint += 1
+        if self._since_checkpoint > _CHECKPOINT_EVERY or not self._texts:
+            self._since_checkpoint = 0
+            await trio.lowlevel.checkpoint()
         while not self._texts:
             if self._crash is not None:
                 raise self._crash
@@ -90,7 +99,8 @@ class ClientSocket:
             await self._arrived.wait()
         text = self._texts.popleft()
         self._held -= len(text)
-        self._taken.set()
+        if self._held <= MAX_HELD // 2:
+            self._taken.set()
         return text
 
     async def send_text(self, text: str) -> bool:
@@ -104,10 +114,14 @@ class ClientSocket:
         return self._writing
 
     async def aclose(self) -> None:
-        """Close the connection, now: no Close frame is sent unless the peer's came."""
-        self._scope.cancel()
-        with trio.CancelScope(shield=True):
-            await self._closed.wait()
+        """Close the connection, now: a Close frame is only sent to answer the peer's."""
+        try:
+            if self._over:
+                await self._closed.wait()
+        finally:
+            self._scope.cancel()
+            with trio.CancelScope(shield=True):
+                await self._closed.wait()
 
     async def _serve(self) -> None:
         try:
@@ -140,17 +154,18 @@ class ClientSocket:
             # The first frames may have come with the answer to the handshake.
             for event in self._websocket.events():
                 self._handle(event)
-            while self._held > MAX_HELD:
+            if self._held > MAX_HELD:
                 await self._wait_taken()
             self._websocket.receive_data(await self._receive_some())
 
     async def _wait_taken(self) -> None:
         self._taken = trio.Event()
-        with trio.move_on_after(_STILL_HERE) as patience:
-            await self._taken.wait()
-        if patience.cancelled_caught:
-            self._pong = self._websocket.send(Pong())
-            self._wake_writer()
+        while not self._taken.is_set():
+            with trio.move_on_after(_STILL_HERE) as patience:
+                await self._taken.wait()
+            if patience.cancelled_caught:
+                self._pong = self._websocket.send(Pong())
+                self._wake_writer()
 
     async def _receive_some(self) -> bytes:
         try:
