@@ -43,13 +43,13 @@ def seconds(low: float = 0, *, zero: float = 0.0) -> Kind:
 
 
 def milliseconds(high: int) -> Kind:
-    """A whole number of milliseconds, as seconds; None, which is off, for 0."""
+    """A whole number of milliseconds, as seconds; :data:`FOREVER` for 0."""
 
-    def read(text: str) -> float | None:
+    def read(text: str) -> float:
         value = _int(text)
         if value is None or not 0 <= value <= high:
             raise ValueError(f"must be a whole number of milliseconds from 0 (off) to {high}")
-        return value / 1000 or None
+        return value / 1000 or FOREVER
 
     return Kind(read, (int,))
 

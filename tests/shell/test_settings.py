@@ -173,7 +173,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "grace": 5,
         "drain": 0.25,
         "max-line": 262_144,
-        "flush-partial": None,
+        "flush-partial": math.inf,
         "skip-empty-lines": False,
         "invalid-utf8": "replace",
         "write-timeout": 30,
@@ -207,7 +207,7 @@ def test_zero_is_never(name: str) -> None:
 
 def test_flush_partial_zero_is_off() -> None:
     """--flush-partial 0 is the same as not asking for it."""
-    assert load(["--flush-partial", "0", *COMMAND], OPEN).stream.flush_partial is None
+    assert load(["--flush-partial", "0", *COMMAND], OPEN).stream.flush_partial == math.inf
 
 
 # Who wins.
