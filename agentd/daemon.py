@@ -96,7 +96,7 @@ def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
         child=settings.child,
         stream=settings.stream,
         user=user,
-        environ=environ,
+        environ=_given(environ),
         identity=Identity(
             boot=secrets.token_hex(8),
             build=build.build_id(),
@@ -111,6 +111,22 @@ def serve(settings: ServeSettings, environ: Mapping[str, str]) -> int:
             for address in settings.listen.addresses:
                 listeners.unlink(address)
     return 0
+
+
+def _given(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the environment without the LC_CTYPE that Python sets for itself where nobody chose a
+    locale (PEP 538), as in most images: /proc/self/environ shows what the daemon was started with.
+    """
+    if "LC_CTYPE" not in environ:
+        return environ
+    try:
+        with open("/proc/self/environ", "rb") as started_with:
+            given = started_with.read().split(b"\0")
+    except OSError:
+        return environ
+    if any(entry.startswith(b"LC_CTYPE=") for entry in given):
+        return environ
+    return {name: value for name, value in environ.items() if name != "LC_CTYPE"}
 
 
 def _guard_memory() -> None:
