@@ -53,10 +53,10 @@ def say(client: ClientConnection, kind: str, **fields: object) -> None:
 
 
 def line(client: ClientConnection) -> str:
-    """The next line of stdout, whatever silence was before it."""
+    """The next line of stdout, whatever silence or complaint of the shell's was before it."""
     while True:
         record = json.loads(client.recv(20))
-        if record["type"] != "heartbeat":
+        if record["type"] not in ("heartbeat", "stderr"):
             assert record["type"] == "stdout", record
             return str(record["line"])
 
@@ -174,11 +174,14 @@ def test_cancel_stops_the_run(daemon: Daemon) -> None:
 def test_cancel_kills_a_child_that_does_not_listen(tmp_path: Path) -> None:
     """A child that ignores SIGTERM gets SIGKILL after ``--grace``, and its helpers with it."""
     options = (*OPEN, "--stdin", "client", "--grace", "0.3")
-    with serving(tmp_path, *EVAL, options=options) as daemon:
-        with talking(daemon, f"sleep 71 & echo $!; {FOREVER}", traps="trap '' TERM") as client:
-            helper = Path("/proc") / line(client)
-            say(client, "cancel")
-            stream = read_all(client)
+    script = f"sleep 71 & echo $!; {FOREVER}"
+    with (
+        serving(tmp_path, *EVAL, options=options) as daemon,
+        talking(daemon, script, traps="trap '' TERM") as client,
+    ):
+        helper = Path("/proc") / line(client)
+        say(client, "cancel")
+        stream = read_all(client)
     assert (stream.end["outcome"], stream.end["signal"]) == ("cancelled", "SIGKILL")
     assert stream.code == 4004
     assert not helper.exists()
