@@ -221,6 +221,8 @@ class RecordStream:
         needed = _NEEDS.get(fields.outcome)
         if needed is not None and getattr(fields, needed) is None:
             raise ProtocolError(f"the end record says {fields.outcome.value} without its {needed}")
+        if self._stdout.open or self._stderr.open:
+            raise ProtocolError("the end record came in the middle of a line")
         arrived = {
             "stdout_lines": self._stdout.lines,
             "stdout_bytes": self._stdout.size,
@@ -252,7 +254,7 @@ class _Tally:
     def __init__(self) -> None:
         self.lines = 0
         self.size = 0
-        self._open = False
+        self.open = False
         self._over = False
 
     def count(self, output: Output) -> None:
@@ -260,9 +262,9 @@ class _Tally:
             raise ProtocolError(f"a {output.stream} record came after the last line")
         if output.more and not output.eol:
             raise ProtocolError(f"a {output.stream} record is both more and the last")
-        self.lines += not self._open
+        self.lines += not self.open
         self.size += len(output.data) + (output.eol and not output.more)
-        self._open = output.more
+        self.open = output.more
         self._over = not output.eol
 
 

@@ -202,6 +202,15 @@ def test_a_record_cannot_be_a_part_and_the_last() -> None:
         receive(stream, told.stdout("x", more=True, eol=False))
 
 
+@pytest.mark.parametrize("kind", ["stdout", "stderr"])
+def test_a_line_that_was_begun_ends_before_the_end(kind: str) -> None:
+    """An end in the middle of a line means that the rest of the line was lost."""
+    stream, told = started()
+    receive(stream, getattr(told, kind)("begun", more=True))
+    with pytest.raises(ProtocolError, match="in the middle of a line"):
+        receive(stream, told.end())
+
+
 def test_nothing_follows_end() -> None:
     """Any record after end is an error, and end stays what it was."""
     stream, told = started()
@@ -374,8 +383,8 @@ def test_what_a_child_wrote_is_rebuilt_exactly(
         (told.stderr if is_stderr else told.stdout)(data, more=more)
         for is_stderr, data, more in chunks
     ]
-    if last is not None:
-        records.append(told.stdout(last, eol=False))
+    records.append(told.stderr("", eol=False))
+    records.append(told.stdout("") if last is None else told.stdout(last, eol=False))
     outputs = [output for output in receive(stream, *records) if isinstance(output, Output)]
     rebuilt = {"stdout": b"", "stderr": b""}
     for output in outputs:
@@ -393,6 +402,7 @@ def test_a_record_that_is_lost_is_always_noticed(
     told = Transcript()
     records = [told.hello()]
     records += [told.stdout(content, more=more) for _, content, more in chunks]
+    records.append(told.stdout(b"", eol=False))
     records.append(told.end())
     del records[data.draw(st.integers(0, len(records) - 2))]
     stream = RecordStream()
