@@ -1,7 +1,7 @@
 """agentd waits for a context file, runs one command with the secrets in it, and sends each line
 the command prints, at once, as one WebSocket frame to an authenticated client.
 
-The pure decisions live in :mod:`agentd.sansio`; every other module is a thin Trio shell around them.
+The pure decisions live in :mod:`agentd.sansio`; every other module is a thin shell around them.
 """
 
 __version__ = "0.1.0"

@@ -47,9 +47,7 @@ def context(run_id: str | None) -> Context:
     return Context(id=run_id, prompt="", env={}, timeout=None, args=(), cwd=None, document=b"{}\n")
 
 
-def make_runs(
-    *, max_runs: int = 8, make: Callable[[str], Any] = FakeRun
-) -> tuple[Runs, Metrics]:
+def make_runs(*, max_runs: int = 8, make: Callable[[str], Any] = FakeRun) -> tuple[Runs, Metrics]:
     metrics = Metrics()
 
     runs = Runs(make, max_runs=max_runs, context_wait=WAIT, context_ttl=TTL, metrics=metrics)
