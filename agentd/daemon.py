@@ -66,6 +66,8 @@ class _EarlySignals:
         self.came = False
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._note)
+        # Whoever started the daemon may have left them blocked, and then it could not be stopped.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
     def _note(self, number: int, frame: object) -> None:
         del frame

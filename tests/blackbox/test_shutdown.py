@@ -226,3 +226,9 @@ def test_a_connection_that_asks_nothing_does_not_hold_the_daemon(tmp_path: Path)
         slow.socket.sendall(b"GET / HT")
         assert daemon.get("/healthz")[0] == 200
         assert stop_timed(daemon) < 1 + WITHIN
+
+
+def test_a_daemon_that_inherits_blocked_signals_can_be_stopped(tmp_path: Path) -> None:
+    """A signal mask left by whoever started it does not make the daemon deaf."""
+    with serving(tmp_path, "true", prefix=("env", "--block-signal")) as daemon:
+        assert daemon.stop() == 0
