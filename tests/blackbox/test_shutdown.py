@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testing.daemon import Daemon, daemon_environ, launcher, read_all, wait_for
+from testing.daemon import Daemon, daemon_environ, launcher, read_all, serving, wait_for
 from testing.plain_client import SMALL, Collector, PlainClient
 from testing.processes import ESCAPES, escaping, is_alive, marked, pid_tree
 from testing.programs import (
