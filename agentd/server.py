@@ -7,6 +7,7 @@ talk with the client, Close.
 
 import errno
 import logging
+import select
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -214,6 +215,10 @@ class Endpoint:
             nursery.cancel_scope.cancel()
         if refusal is not None:
             raise refusal
+        if run is not None and _has_left(stream):
+            # It left in the very pass in which it got its run; the next client shall have it.
+            self.runs.give_back(run)
+            return None
         return run
 
     async def _stream(
@@ -275,6 +280,13 @@ async def _wait_left(stream: trio.SocketStream) -> bool:
         return not await stream.socket.recv(1, socket.MSG_PEEK)
     except OSError:
         return True
+
+
+def _has_left(stream: trio.SocketStream) -> bool:
+    """Return whether the peer has closed or reset the connection, as far as the kernel knows."""
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 async def accept_connections(

@@ -87,11 +87,7 @@ class Session:
                 if self._close is None:
                     self._take(message)
         except Violation as violation:
-            if violation.code == BAD_RECORD:
-                self._refuse(violation.reason)
-            else:
-                self._close = violation.code, violation.reason
-                self._over.set()
+            self._refuse(violation.code, violation.reason)
         except ClientGone:
             if self._connection.wire.too_slow:
                 logger.warning("client cut off: it took nothing", extra={"run": self._run.id})
@@ -106,7 +102,7 @@ class Session:
                 self._run.stdin.send_nowait(data)
             # Else it is as when a program is not interested in its standard input.
         except (BadRecord, StdinFull) as bad:
-            self._refuse(str(bad))
+            self._refuse(BAD_RECORD, str(bad))
 
     def _take_record(self, message: str | bytes) -> None:
         record = parse_client_record(message)
@@ -124,7 +120,7 @@ class Session:
             case _:
                 pass  # an ack or a heartbeat: it was heard, and there is nothing to send again
 
-    def _refuse(self, reason: str) -> None:
-        """End the run over a bad record; the client gets its end record, then Close 4400."""
-        self._close = BAD_RECORD, reason
+    def _refuse(self, code: int, reason: str) -> None:
+        """End the run over what the client sent; it gets its end record, and then this Close."""
+        self._close = code, reason
         self._run.stop(Outcome.CANCELLED)

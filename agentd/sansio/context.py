@@ -9,6 +9,7 @@ Refuses to know where the bytes come from and what becomes of them.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ ID_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0
 REFUSED_PREFIXES = ("LD_", "AGENTD_", "_PYI_")
 """Environment names that would load code into the child, or speak to it in agentd's name."""
 
-NUMBER_GOES_ON = (b"-", b"+", b".", b"e", b"E")
+NUMBER_GOES_ON = re.compile(rb"(?:-|[0-9][.eE]|[0-9][eE][+-])\Z")
 """What a JSON number can be cut after so that it is not a number any more."""
 
 SHOWN = 64
@@ -142,7 +143,7 @@ def _decode(
     except ValueError as error:  # msgspec.DecodeError, or UnicodeDecodeError for a key
         # A number cut after one of these is malformed to msgspec, anything else cut is truncated;
         # half a surrogate pair is called truncated too.
-        if "truncated" in str(error) or bytes(data).endswith(NUMBER_GOES_ON):
+        if "truncated" in str(error) or NUMBER_GOES_ON.search(data):
             problem = IncompleteContext(f"{where}: stops before its end, or has a lone surrogate")
         else:
             problem = ContextError(f"{where}: is not JSON")

@@ -28,7 +28,7 @@ from testing.contexts import (
     write_in_place,
 )
 from testing.daemon import Daemon, read_all, serving, wait_for
-from testing.exchange import exchange, handshake, knock
+from testing.exchange import dialled, handshake, knock
 
 MIB = 1 << 20
 PROMPTLY = 2.0
@@ -444,10 +444,15 @@ def test_a_client_that_came_first_gets_the_context(desk: Desk) -> None:
 
 def test_a_client_that_left_takes_no_context_with_it(desk: Desk) -> None:
     """A context goes to who is there, not to one that waited and left."""
-    for _ in range(5):
-        # The end of what comes back says that the daemon has seen it leave.
-        assert exchange(desk.daemon.port, handshake(), end=True) == b""
-    desk.serves_promptly()
+    for seen in (True, False):
+        for _ in range(5):
+            with dialled(desk.daemon.port) as client:
+                client.sendall(handshake())
+                if seen:
+                    # The end of what comes back says that the daemon has seen it leave.
+                    client.shutdown(socket.SHUT_WR)
+                    assert client.recv(1) == b""
+        desk.serves_promptly()
 
 
 def test_args_and_cwd_where_they_are_allowed(tmp_path: Path) -> None:
