@@ -20,6 +20,7 @@ import trio
 
 from agentd import linux
 from agentd.procfs import family, readable
+from agentd.sansio.lifecycle import signal_name
 from agentd.spawn import Command, Started, spawn
 from agentd.tree import LIMIT, Tree
 
@@ -228,14 +229,6 @@ class Process:
             self._open.remove(fd)
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
-
-
-def signal_name(signum: int) -> str:
-    """Return what signal(7) calls ``signum``: ``SIGTERM``, ``SIGRTMIN+3``."""
-    try:
-        return signal.Signals(signum).name
-    except ValueError:
-        return f"SIGRTMIN+{signum - signal.SIGRTMIN}"
 
 
 def _take(pid: int) -> None:

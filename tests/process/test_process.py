@@ -22,7 +22,8 @@ from testing.processes import (
     within,
 )
 
-from agentd.process import Children, Exit, Process, signal_name
+from agentd.process import Children, Exit, Process
+from agentd.sansio.lifecycle import signal_name
 from agentd.spawn import Command
 
 ENV = {"PATH": os.environ["PATH"]}
