@@ -96,6 +96,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
     stop = folder / "stop"
     script = f'[ -n "$ATTACKED" ] || exit 0; exec {sys.executable} -c "$0" "$1"'
     options = ("--auth", "none", "--log-level", "debug", "--grace", "1", "--max-runs", "100")
+    # A context whose client is gone before the 101 waits for another, and 64 may wait.
+    options += ("--context-ttl", "3")
     command = ("sh", "-c", script, PRINTER, str(stop))
     with serving(folder, *command, options=options, directory=True) as daemon:
         daemon.get("/metrics")  # what a first scrape imports stays
