@@ -95,9 +95,9 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
     folder = tmp_path_factory.mktemp("hostile")
     stop = folder / "stop"
     script = f'[ -n "$ATTACKED" ] || exit 0; exec {sys.executable} -c "$0" "$1"'
-    options = ("--auth", "none", "--log-level", "debug", "--grace", "1", "--max-runs", "100")
-    # A context whose client is gone before the 101 waits for another, and 64 may wait.
-    options += ("--context-ttl", "3")
+    # A context whose client is gone before the 101 waits for another, and only 64 may wait.
+    limits = ("--grace", "1", "--max-runs", "100", "--context-ttl", "3")
+    options = ("--auth", "none", "--log-level", "debug", *limits)
     command = ("sh", "-c", script, PRINTER, str(stop))
     with serving(folder, *command, options=options, directory=True) as daemon:
         daemon.get("/metrics")  # what a first scrape imports stays
