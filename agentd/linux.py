@@ -33,6 +33,10 @@ IN_Q_OVERFLOW = 0x00004000
 IN_IGNORED = 0x00008000
 IN_ONLYDIR = 0x01000000
 
+# arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h
+_RT_SIGACTION = {"x86_64": 13, "aarch64": 134}
+_RESERVED = (32, 33)
+
 EVENT = struct.Struct("=iIII")
 """``struct inotify_event`` without its name: wd, mask, cookie, len."""
 
@@ -101,6 +105,31 @@ def prctl_pdeathsig(signum: int = signal.SIGKILL) -> Callable[[], None]:
             os.kill(os.getpid(), signum)
 
     return die_with_parent
+
+
+def default_reserved_signals() -> Callable[[], None]:
+    """Return what a forked child calls so that the signals libc keeps for itself are default too.
+
+    libc refuses sigaction(2) for them (nptl(7)), but whoever started the daemon may have left one
+    ignored, and then every program would inherit it. Where the system call has a number that is
+    not known here, they stay as they are.
+    """
+    import ctypes
+
+    number = _RT_SIGACTION.get(os.uname().machine)
+    call = _libc().syscall
+    default = bytes(32)  # struct sigaction of the kernel: SIG_DFL, no flags, no restorer, no mask
+    calls = [
+        (ctypes.c_long(number or 0), ctypes.c_int(each), default, None, ctypes.c_size_t(8))
+        for each in _RESERVED
+    ]
+
+    def reset() -> None:
+        if number is not None:
+            for arguments in calls:
+                call(*arguments)
+
+    return reset
 
 
 def filesystem_type(fd: int) -> int:

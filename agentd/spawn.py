@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, NoReturn
 
 from agentd import AgentdError
-from agentd.linux import prctl_pdeathsig
+from agentd.linux import default_reserved_signals, prctl_pdeathsig
 from agentd.stdio import open_stdio, pipe
 from agentd.users import User, find_user
 
@@ -161,6 +161,7 @@ class _Prepared:
     cwd: bytes
     user: User | None
     die_with_parent: Callable[[], None]
+    default_reserved_signals: Callable[[], None]
 
 
 def _prepare(command: Command) -> _Prepared:
@@ -176,12 +177,13 @@ def _prepare(command: Command) -> _Prepared:
     if user is not None and os.geteuid() and (user.uid, user.gid) == (os.geteuid(), os.getegid()):
         user = None  # only root may call setgroups(2), and there is nothing to change
     return _Prepared(
-        paths=paths,
-        argv=argv,
-        env=env,
-        cwd=_encode(command.cwd),
-        user=user,
+        paths,
+        argv,
+        env,
+        _encode(command.cwd),
+        user,
         die_with_parent=prctl_pdeathsig(signal.SIGKILL),
+        default_reserved_signals=default_reserved_signals(),
     )
 
 
@@ -220,6 +222,7 @@ def _become(prepared: _Prepared, child_ends: tuple[int, int, int], told: int) ->
         os.umask(0o022)
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        prepared.default_reserved_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         step = _USER
         if prepared.user is not None:

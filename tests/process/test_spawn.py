@@ -28,6 +28,7 @@ from testing.processes import (
 )
 
 from agentd import AgentdError
+from agentd.procfs import listed_children
 from agentd.spawn import Command, SpawnError, Started, User, find_user, spawn
 
 ENV = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
@@ -56,11 +57,11 @@ def start() -> Iterator[Start]:
 
 def refusal(*argv: str, **options: object) -> SpawnError:
     before = set(os.listdir("/proc/self/fd"))
+    children = listed_children(os.getpid())
     with pytest.raises(SpawnError) as caught:
         spawn(Command(argv, **({"env": ENV} | options)))  # type: ignore[arg-type]
     assert set(os.listdir("/proc/self/fd")) == before, "a descriptor was left open"
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert listed_children(os.getpid()) == children, "a child was left behind"
     return caught.value
 
 
@@ -106,6 +107,10 @@ def test_signals() -> None:
         "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
         "for each in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGRTMIN):\n"
         "    signal.signal(each, signal.SIG_IGN)\n"
+        # A signal of libc's own, which only the system call itself can ignore.
+        "import ctypes\n"
+        "ignore = (1).to_bytes(8, 'little') + bytes(24)\n"
+        "assert ctypes.CDLL(None).syscall(13, 32, ignore, None, 8) == 0\n"
         "blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR2})\n"
         "started = spawn(Command(('cat', '/proc/self/status'), {'PATH': '/bin'}))\n"
         "os.waitpid(started.pid, 0)\n"
