@@ -102,8 +102,6 @@ class Endpoint:
                 await trio.aclose_forcefully(stream)
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        if stream.socket.family != socket.AF_UNIX:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         head: RequestHead | None = None
         try:
             head, early = await self._read_head(stream)
