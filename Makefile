@@ -12,7 +12,7 @@ THIS := $(INSTALL) --no-deps --no-build-isolation --editable .
 demo: $(VENV)/.run
 	$(BIN)/agentd demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev tests/clients/node_modules
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
@@ -40,6 +40,10 @@ $(VENV)/.run: packaging/lock/run.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: packaging/lock/dev.txt $(VENV)/.run
 	$(INSTALL) --require-hashes --requirement packaging/lock/dev.txt
 	touch $@
+
+# Without npm the tests that need it say so and are skipped; in CI that is a failure.
+tests/clients/node_modules: tests/clients/package-lock.json
+	if command -v npm >/dev/null; then npm ci --prefix tests/clients --no-audit --no-fund --silent; fi
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

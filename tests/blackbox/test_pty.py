@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from testing.daemon import Daemon, read_all, serving
 from testing.records import verify
+from testing.tools import need
 
 OPEN = ("--auth", "none")
 EVAL = ("sh", "-c", 'eval "$SCRIPT"')
@@ -45,7 +46,7 @@ def buffering(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     program, source = folder / "program", folder / f"program.{request.param}"
     if request.param == "c":
         source.write_text(C)
-        subprocess.run(["gcc", "-x", "c", "-O1", "-o", program, source], check=True)
+        subprocess.run([need("gcc"), "-x", "c", "-O1", "-o", program, source], check=True)
     else:
         program.write_text(f"#!{shutil.which('python3')}\n{PYTHON}")
         program.chmod(0o755)

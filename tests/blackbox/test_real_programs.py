@@ -9,6 +9,7 @@ from pathlib import Path
 
 from testing.daemon import Daemon, Stream, read_all, serving
 from testing.records import Arrival, arrivals, rebuild, verify
+from testing.tools import needs_node
 
 OPEN = ("--auth", "none")
 
@@ -120,16 +121,19 @@ def _agent(tmp_path: Path, how: str) -> None:
     assert lasted(got) > 0.15
 
 
+@needs_node
 def test_a_node_agent_writes_synchronously(tmp_path: Path) -> None:
     """``fs.writeSync`` of JSON lines arrives as it is written, prompt and key having arrived."""
     _agent(tmp_path, "sync")
 
 
+@needs_node
 def test_a_node_agent_uses_console_log(tmp_path: Path) -> None:
     """``console.log`` of the same arrives the same way."""
     _agent(tmp_path, "console")
 
 
+@needs_node
 def test_node_writes_a_lot_and_exits_at_once(tmp_path: Path) -> None:
     """A Node child whose last megabytes are still in its pipe when it exits loses none of them."""
     script = (

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from testing.daemon import V1, Daemon, Stream, serving
 from testing.records import verify
+from testing.tools import CLIENTS, needs_curl, needs_ws
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-CLIENTS = Path(__file__).parents[1] / "clients"
 OPEN = ("--auth", "none")
 EVAL = ("sh", "-c", 'eval "$SCRIPT"')
 
@@ -32,7 +32,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def node(program: str, *arguments: str) -> Any:
     """Run one of the clients in ``tests/clients`` and return what it found."""
-    assert (CLIENTS / "node_modules/ws").is_dir(), "npm ci --prefix tests/clients"
     command = ["node", str(CLIENTS / program), *arguments]
     done = subprocess.run(command, capture_output=True, timeout=90, check=False)
     assert done.returncode == 0, done.stderr.decode()
@@ -40,6 +39,7 @@ def node(program: str, *arguments: str) -> Any:
 
 
 @pytest.mark.parametrize("subprotocol", ["", "agentd.raw"])
+@needs_ws
 def test_ws_gets_raw_lines(daemon: Daemon, subprotocol: str) -> None:
     """Fifty thousand lines arrive in order, then the Close with its code and reason."""
     daemon.submit(env={"SCRIPT": "seq 50000; printf 'é😀\\n\\nb\\377d'; exit 3"})
@@ -52,6 +52,7 @@ def test_ws_gets_raw_lines(daemon: Daemon, subprotocol: str) -> None:
     }
 
 
+@needs_ws
 def test_ws_gets_exact_bytes_as_binary(tmp_path: Path) -> None:
     """What is not UTF-8 is a binary message to ``ws``, which closes on bad text by itself."""
     options = (*OPEN, "--invalid-utf8", "binary")
@@ -62,6 +63,7 @@ def test_ws_gets_exact_bytes_as_binary(tmp_path: Path) -> None:
     assert found["code"] == 1000
 
 
+@needs_ws
 def test_ws_gets_records_and_rebuilds_the_digest(daemon: Daemon) -> None:
     """hello, records in order, end, Close: and ``ws`` computes the digest the end record has."""
     script = r"seq 50000; printf 'caf\303\251 b\377d\r\nlast' ; echo err >&2; exit 0"
@@ -78,6 +80,7 @@ def test_ws_gets_records_and_rebuilds_the_digest(daemon: Daemon) -> None:
     assert (found["code"], found["reason"]) == (1000, "exit 0")
 
 
+@needs_ws
 def test_ws_talks_with_the_child(daemon: Daemon) -> None:
     """Records sent by ``ws`` reach the child, with its Pings among them."""
     script = 'echo "name?"; read -r name; echo "hello $name"; sleep 0.3; echo ready; exec sleep 60'
@@ -94,6 +97,7 @@ def test_ws_talks_with_the_child(daemon: Daemon) -> None:
     assert (found["code"], found["reason"]) == (4001, "SIGINT")
 
 
+@needs_ws
 def test_ws_is_told_an_end_without_a_start(tmp_path: Path) -> None:
     """A command that cannot start is an open, no message, and Close 4002."""
     with serving(tmp_path, "/nonexistent/agent") as daemon:
@@ -102,6 +106,7 @@ def test_ws_is_told_an_end_without_a_start(tmp_path: Path) -> None:
     assert (found["messages"], found["code"], found["reason"]) == ([], 4002, "not found")
 
 
+@needs_ws
 def test_ws_is_refused_with_a_status(tmp_path: Path) -> None:
     """Without a context there is nothing to stream: a plain 404 instead of an upgrade."""
     with serving(tmp_path, "true", options=(*OPEN, "--context-wait", "0.2")) as daemon:
@@ -188,6 +193,7 @@ def curl(*arguments: str) -> Answer:
     return Answer(done.stdout)
 
 
+@needs_curl
 def test_curl_reads_health(daemon: Daemon) -> None:
     """/healthz is 200 with exactly four fields."""
     answer = curl(f"http://{daemon.address}/healthz")
@@ -198,11 +204,13 @@ def test_curl_reads_health(daemon: Daemon) -> None:
     assert (body["status"], body["protocol"]) == ("ok", V1)
 
 
+@needs_curl
 def test_curl_reads_readiness(daemon: Daemon) -> None:
     """/readyz is 200 while the daemon serves."""
     assert curl(f"http://{daemon.address}/readyz").status == 200
 
 
+@needs_curl
 def test_curl_reads_metrics(daemon: Daemon) -> None:
     """/metrics is OpenMetrics text, which ends with its EOF line."""
     answer = curl(f"http://{daemon.address}/metrics")
@@ -212,6 +220,7 @@ def test_curl_reads_metrics(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+@needs_curl
 def test_curl_asks_with_head(daemon: Daemon, path: str) -> None:
     """HEAD has the status and length of GET and no body; curl -I would wait for one in vain."""
     answer = curl("--head", f"http://{daemon.address}{path}")
@@ -236,6 +245,7 @@ def test_curl_asks_with_head(daemon: Daemon, path: str) -> None:
         (("--header", "Upgrade: websocket", "--header", "Connection: Upgrade"), "/", 426),
     ],
 )
+@needs_curl
 def test_curl_is_refused_by_the_book(
     daemon: Daemon, arguments: tuple[str, ...], path: str, status: int
 ) -> None:
@@ -264,6 +274,7 @@ def test_curl_is_refused_by_the_book(
     ],
     ids=" ".join,
 )
+@needs_curl
 def test_curl_may_ask_oddly(daemon: Daemon, arguments: tuple[str, ...]) -> None:
     """Old versions, offers to upgrade, bodies and chunks: the probe is answered all the same."""
     answer = curl(*arguments, f"http://{daemon.address}/healthz")
@@ -271,6 +282,7 @@ def test_curl_may_ask_oddly(daemon: Daemon, arguments: tuple[str, ...]) -> None:
     assert json.loads(answer.body)["status"] == "ok"
 
 
+@needs_curl
 def test_curl_posts_chunks(daemon: Daemon, tmp_path: Path) -> None:
     """A chunked upload that nobody wants is answered with 405 and not with a reset."""
     upload = tmp_path / "upload"
@@ -280,12 +292,14 @@ def test_curl_posts_chunks(daemon: Daemon, tmp_path: Path) -> None:
     assert answer.status == 405
 
 
+@needs_curl
 def test_curl_asks_as_of_a_proxy(daemon: Daemon) -> None:
     """The absolute form of a target is understood (RFC 9112 section 3.2.2)."""
     answer = curl("--proxy", f"http://{daemon.address}", "http://127.0.0.1/healthz")
     assert answer.status == 200
 
 
+@needs_curl
 def test_curl_asks_twice_in_one_go(daemon: Daemon) -> None:
     """Two URLs on one command line are two right answers, whatever becomes of the connection."""
     url = f"http://{daemon.address}/healthz"
@@ -299,6 +313,7 @@ def test_curl_asks_twice_in_one_go(daemon: Daemon) -> None:
     assert done.stdout.count(b"200 ") == 2
 
 
+@needs_curl
 def test_curl_speaks_http2_in_vain(daemon: Daemon) -> None:
     """A client that begins in HTTP/2 gets an answer it can't use, and disturbs nobody."""
     command = ["curl", "--silent", "--max-time", "10", "--http2-prior-knowledge"]
@@ -309,6 +324,7 @@ def test_curl_speaks_http2_in_vain(daemon: Daemon) -> None:
     assert curl(f"http://{daemon.address}/healthz").status == 200
 
 
+@needs_curl
 def test_curl_reads_health_of_a_busy_daemon(daemon: Daemon) -> None:
     """Health answers while a run prints at full speed, and the run loses nothing by it."""
     daemon.submit(env={"SCRIPT": "seq 300000"})
