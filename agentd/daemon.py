@@ -39,7 +39,7 @@ from agentd.spawn import User, find_user
 
 logger = logging.getLogger("agentd.daemon")
 
-_LAST_WORDS = 0.9
+_LAST_WORDS = 0.7
 """Seconds beyond the grace in which a stopping daemon still tells its clients; then it exits."""
 
 
