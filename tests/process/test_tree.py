@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
@@ -124,7 +125,9 @@ BOMB = (
 async def test_fork_bomb(start: Start, where: str) -> None:
     """A fork bomb dies, in its group or out of it, and the event loop runs meanwhile."""
     nobody = User(NOBODY, NOBODY, (NOBODY,), "nobody", "/", "/bin/sh")
-    process = start(python(BOMB, "tree-a", where), user=nobody)
+    # Not by its name in the environment of the tests, which nobody else may be able to enter.
+    interpreter = os.path.realpath(sys.executable)
+    process = start((interpreter, "-c", BOMB, "tree-a", where), user=nobody)
     await read_line(process.stdout)
     await wait_until(lambda: len(marked("tree-a")) > 150, seconds=30)
     passes = 0
